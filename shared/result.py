@@ -88,7 +88,10 @@ class EnvironmentUse(_Model):
 
 
 class StageResult(_Model):
-    """One stage's end. `log_start`/`log_end` are cursors into the build's event stream."""
+    """One stage's end.
+
+    `log_start` and `log_end` are the numbers (`n`) of the stage's first and last events in the build's stream.
+    """
 
     name: str
     status: StageStatus
@@ -100,8 +103,8 @@ class StageResult(_Model):
     cached: bool = False
     cause: Cause | None = None
     detail: str = ""
-    log_start: str = ""
-    log_end: str = ""
+    log_start: int = 0
+    log_end: int = 0
 
 
 class Output(_Model):

@@ -62,7 +62,11 @@ class FileTree:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Why a stack was chosen. `strength`: 3 a manifest at the root, 2 bare sources, 1 something weaker."""
+    """Why a stack was chosen.
+
+    `strength`: 4 a manifest that claims those of other stacks (a Python package that CMake builds), 3 a manifest at the
+    root, 2 bare sources, 1 something weaker.
+    """
 
     stack: str
     manager: str
@@ -220,8 +224,13 @@ class Stack(Protocol):
         """Variables every command of a build of this stack sees (PATH among them)."""
         ...
 
-    def run_script(self, plan: Plan, files: FileTree, command: str, pins: str) -> str:
-        """A `run.sh` that installs what is missing (`pins`: the exact versions installed here), then runs."""
+    def run_script(
+        self, plan: Plan, files: FileTree, command: str, pins: str, runtime: Runtime | None = None
+    ) -> str:
+        """A `run.sh` that installs what is missing, then runs.
+
+        `pins`: the exact versions installed here; `runtime`: what it was built with, preferred where it is run.
+        """
         ...
 
 

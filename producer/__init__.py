@@ -1,0 +1,1 @@
+"""The submitting side: takes plans in, puts them on their queue, follows and fetches what became of them."""

@@ -1,0 +1,1 @@
+"""The executing side: claims builds, runs their stages in a sandbox, reports the verdict."""

@@ -1,0 +1,1 @@
+"""The stages of one build: one function each, `(Context) -> StageResult`."""
