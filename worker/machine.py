@@ -81,7 +81,7 @@ class Machine:
         sandbox = sandboxes.create(
             settings.sandbox.kind,
             toolchain_roots=roots,
-            programs={SANDBOX_UV: uv},
+            programs={"uv": uv},
             hidden=hidden_folders(settings),
             scratch=cache,
         )

@@ -107,8 +107,10 @@ def _context(
         workspace=Workspace.create(machine.cache / "builds" / job.build_id), reporter=reporter, cancel=cancel, plugins=plugins,
         deliver_to=deliver_to,
     )
-    for warning in [*machine.report.warnings, *unenforced(plan.limits)]:
+    for warning in unenforced(plan.limits):
         context.warn(warning)
+    if not machine.report.isolated:
+        context.warn(f"sandbox {machine.sandbox.name!r} does not isolate the build from this machine")
     if plan.service or plan.checks:
         context.warn("service and checks are not evaluated by this version: the run is judged by its exit code alone")
     return context

@@ -60,7 +60,7 @@ def _write_launcher(context: Context) -> None:
     write_file(project, f"{METADATA}/requirements.txt", context.pins.encode())
     if command is None:
         return
-    script = context.stack.run_script(context.plan, context.files, command.display, context.pins)
+    script = context.stack.run_script(context.plan, context.files, command.display, context.pins, context.layout.runtime)
     name = "run.sh"
     if name in context.files:
         name = f"{METADATA}/run.sh"

@@ -95,7 +95,7 @@ def _private_environment(context: Context, stage: Stage, spec: EnvironmentSpec) 
         if failed:
             return failed
     context.pins = _freeze(context, stage, spec, context.workspace.project)
-    reason = context.machine.report.no_sharing_reason
+    reason = context.machine.report.reason
     context.environment = EnvironmentUse(key=spec.key, outcome="private", reason=reason)
     return None
 
