@@ -142,7 +142,6 @@ def redacted(url: str) -> str:
 def celery_app(url: str, *, prefix: str) -> Celery:
     """The Celery application of both sides, configured as CELERY.md found necessary."""
     from celery import Celery
-    from kombu import Queue
 
     app = Celery("orchestrator", broker=url.replace("unix://", "redis+socket://", 1), set_as_current=False)
     app.conf.update(
@@ -178,7 +177,4 @@ def celery_app(url: str, *, prefix: str) -> Celery:
             "health_check_interval": 10,
         },
     )
-    app.conf.task_queues = ()
-    app.amqp.queues.autoexchange = None
-    app.Queue = Queue
     return app

@@ -64,7 +64,7 @@ class Executor:
     def _result(self, job: Job, reporter: StreamReporter, cancel: CancelToken) -> BuildResult:
         try:
             result = execute(job, self.machine, self.plugins, reporter, cancel)
-        except (OrchestratorError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, the submitter gets a verdict
             logger.exception("build %s: the farm failed", job.build_id)
             return farm_fault(job, error)
         if result.project_dir and result.status is not Status.CANCELLED:

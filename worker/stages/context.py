@@ -75,8 +75,7 @@ class Context:
         return View(
             workspace=self.workspace.project,
             env=self.command_env(command),
-            binds=(*self.tool_binds, *(self.cache_binds if cache else ())),
-            overlays=self.overlays,
+            binds=(*self.overlays, *self.tool_binds, *(self.cache_binds if cache else ())),
             network=network,
             tmp=self.workspace.tmp,
         )
