@@ -28,7 +28,7 @@ MAX_NOTE_CHARACTERS = 500  # notes travel in the result, which a plugin must not
 _log = logging.getLogger("orchestrator.plugins")
 
 
-class PluginVeto(Exception):  # noqa: N818  the name plugins are written against
+class PluginVeto(Exception):
     """Raised by a plugin in `pre_execute` or `pre_run` to refuse the build; its text is the reason shown to people.
 
     As it leaves the manager, `plugin` names who refused and `notes` holds the other plugins' faults until then.
@@ -217,7 +217,7 @@ class PluginManager:
                 for record in self._records
             )
 
-    def hook(self, event: str, **arguments: object) -> Any:  # noqa: ANN401  what a plugin returned
+    def hook(self, event: str, **arguments: object) -> Any:
         """Fire `event` and return the last result that is not None; for `pre_execute` the changed plan, or None.
 
         Raises as `fire` does.

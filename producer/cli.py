@@ -16,19 +16,26 @@ if TYPE_CHECKING:
     from shared.settings import Settings
 
 app = typer.Typer(
-    name="orchestrator", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    name="orchestrator",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
     help="A build farm for AI coding agents: hand in a plan, get the truth about it.",
 )
 
 PlanArgument = Annotated[str, typer.Argument(metavar="PLAN", help="A JSON file, a directory, or - for standard input.")]
 BuildArgument = Annotated[str, typer.Argument(metavar="ID", help="A build id, as `submit` prints it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
-OutputDir = Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where the project is delivered.")]
+OutputDir = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where the project is delivered.")
+]
 QueueAnyway = Annotated[bool, typer.Option("--queue-anyway", help="Queue it even if no live worker can build it.")]
 
 
 @app.command()
-def execute(plan: PlanArgument, output: OutputDir = None, as_json: Json = False, queue_anyway: QueueAnyway = False) -> None:
+def execute(
+    plan: PlanArgument, output: OutputDir = None, as_json: Json = False, queue_anyway: QueueAnyway = False
+) -> None:
     """Submit a plan, follow it live, and deliver the project."""
     from producer.render import Progress
 
@@ -54,13 +61,17 @@ def execute(plan: PlanArgument, output: OutputDir = None, as_json: Json = False,
     if result.project_dir:
         folder, left = farm.fetch(handle.build_id, output or settings.paths.output)
         venv = str(folder / ".venv") if result.venv else ""
-        result = result.model_copy(update={"project_dir": str(folder), "venv": venv, "warnings": [*result.warnings, *left]})
+        result = result.model_copy(
+            update={"project_dir": str(folder), "venv": venv, "warnings": [*result.warnings, *left]}
+        )
     _finish(result, as_json=as_json)
 
 
 @app.command()
 def submit(
-    plan: PlanArgument, as_json: Json = False, queue_anyway: QueueAnyway = False,
+    plan: PlanArgument,
+    as_json: Json = False,
+    queue_anyway: QueueAnyway = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result.")] = False,
 ) -> None:
     """Put a plan on its queue; prints the build id."""
@@ -85,7 +96,8 @@ def status(build: BuildArgument, as_json: Json = False) -> None:
 
 @app.command()
 def logs(
-    build: BuildArgument, as_json: Json = False,
+    build: BuildArgument,
+    as_json: Json = False,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Follow until the build ends.")] = False,
     after: Annotated[str, typer.Option(metavar="CURSOR", help="Only what came after this cursor.")] = "0",
 ) -> None:
@@ -109,7 +121,8 @@ def logs(
 
 @app.command()
 def result(
-    build: BuildArgument, as_json: Json = False,
+    build: BuildArgument,
+    as_json: Json = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the build to end.")] = False,
 ) -> None:
     """The verdict of a build; the exit code says how it ended."""
@@ -127,7 +140,9 @@ def cancel(build: BuildArgument, as_json: Json = False) -> None:
     """Stop a build, queued or running."""
     outcome = _open(start=False)[1].cancel(build)
     words = {"cancelled": "cancelled before it started", "requested": "its worker is stopping it"}
-    _print({"build_id": build, "outcome": outcome} if as_json else words.get(outcome, f"it had ended already: {outcome}"))
+    _print(
+        {"build_id": build, "outcome": outcome} if as_json else words.get(outcome, f"it had ended already: {outcome}")
+    )
 
 
 @app.command()
@@ -136,7 +151,9 @@ def builds(as_json: Json = False, limit: Annotated[int, typer.Option(min=1, max=
     from producer.render import builds_table
 
     found = _open(start=False)[1].builds(limit=limit)
-    _print([record.to_dict() for record in found] if as_json else builds_table(found) if found else "no builds on record")
+    _print(
+        [record.to_dict() for record in found] if as_json else builds_table(found) if found else "no builds on record"
+    )
 
 
 @app.command()
@@ -148,7 +165,10 @@ def plan(
     from producer.intake import directory_plan
     from shared.settings import load_settings
 
-    text = json.dumps(directory_plan(folder, max_bytes=load_settings().limits.plan_bytes), indent=2, ensure_ascii=False) + "\n"
+    text = (
+        json.dumps(directory_plan(folder, max_bytes=load_settings().limits.plan_bytes), indent=2, ensure_ascii=False)
+        + "\n"
+    )
     if output:
         output.write_text(text, encoding="utf-8")
     else:
@@ -170,7 +190,13 @@ def plugins(as_json: Json = False) -> None:
     else:
         rows = [("PLUGIN", "VERSION", "HOOKS", "SOURCE", "DESCRIPTION")]
         rows += [
-            (item.name, item.version or "-", ",".join(item.hooks) or "-", item.source, "failed to load" if item.error else item.description)
+            (
+                item.name,
+                item.version or "-",
+                ",".join(item.hooks) or "-",
+                item.source,
+                "failed to load" if item.error else item.description,
+            )
             for item in found
         ]
         _print(table(rows))
@@ -189,7 +215,9 @@ def farm(action: Annotated[str, typer.Argument(metavar="up|down|status")], as_js
         _print({"url": url} if as_json else f"the local farm is up at {url}")
     elif action == "down":
         stopped = local_farm.down(settings)
-        _print({"stopped": stopped} if as_json else "the local farm is down" if stopped else "the local farm was not up")
+        _print(
+            {"stopped": stopped} if as_json else "the local farm is down" if stopped else "the local farm was not up"
+        )
     elif action == "status":
         _farm_status(as_json=as_json)
     else:
@@ -226,14 +254,19 @@ def doctor(as_json: Json = False) -> None:
 
     settings = load_settings()
     found: dict[str, Any] = {
-        "python": sys.version.split()[0], "configuration": str(config_file()), "state": str(settings.paths.state), "cache": str(settings.paths.cache),
+        "python": sys.version.split()[0],
+        "configuration": str(config_file()),
+        "state": str(settings.paths.state),
+        "cache": str(settings.paths.cache),
         "sandbox": settings.sandbox.kind,
     }
     healthy = True
     try:
         found["broker"] = settings.broker.url or f"embedded ({local_farm.server_program()})"
         workers = _open()[1].workers()
-        found["workers"] = [f"{w['worker']}: {', '.join(w['stacks'])}, {w['slots']} slots, sandbox {w['sandbox']}" for w in workers]
+        found["workers"] = [
+            f"{w['worker']}: {', '.join(w['stacks'])}, {w['slots']} slots, sandbox {w['sandbox']}" for w in workers
+        ]
         found["toolchains"] = {stack: text for w in workers for stack, text in w["toolchains"].items()}
     except OrchestratorError as error:
         healthy = False
@@ -269,7 +302,7 @@ def _open(*, start: bool = True) -> tuple[Settings, Farm]:
     return settings, Farm.open(settings, start=start)
 
 
-def _plan(source: str, settings: Settings) -> Any:  # noqa: ANN401 - shared.plan is loaded late
+def _plan(source: str, settings: Settings) -> Any:
     from producer.intake import read_plan
 
     return read_plan(source, max_bytes=settings.limits.plan_bytes)
@@ -286,7 +319,9 @@ def _farm_status(*, as_json: bool) -> None:
         _print({"workers": workers, "queues": depths})
         return
     rows = [("WORKER", "STACKS", "SLOTS", "RUNNING", "SANDBOX")]
-    rows += [(w["worker"], ",".join(w["stacks"]), str(w["slots"]), str(len(w["running"])), w["sandbox"]) for w in workers]
+    rows += [
+        (w["worker"], ",".join(w["stacks"]), str(w["slots"]), str(len(w["running"])), w["sandbox"]) for w in workers
+    ]
     _print(table(rows) + "\n" + "\n".join(f"queue {stack}: {depth} waiting" for stack, depth in depths.items()))
 
 

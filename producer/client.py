@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,10 +92,17 @@ class Farm:
             if not queue_anyway:
                 refused = self._unsatisfiable(build_id, plan, detection)
             self.records.submit(
-                build_id, plan, stack=detection.stack, title=title,
+                build_id,
+                plan,
+                stack=detection.stack,
+                title=title,
                 queue=broker.queue_key(self.records.prefix, detection.stack, plan.priority),
                 message=broker.build_message(
-                    build_id, stack=detection.stack, title=title, priority=plan.priority, origin=f"{os.getpid()}@{socket.gethostname()}"
+                    build_id,
+                    stack=detection.stack,
+                    title=title,
+                    priority=plan.priority,
+                    origin=f"{os.getpid()}@{socket.gethostname()}",
                 ),
                 refused=refused,
             )
@@ -109,8 +117,14 @@ class Farm:
         message = f"no worker can build {detection.stack} projects (workers: {have}); --queue-anyway waits for one"
         now = time.time()
         return BuildResult.refused(
-            build_id, name=plan.name, cause=Cause.UNSATISFIABLE, message=message, stack=detection.stack,
-            stack_reason=detection.reason, queued_at=now, finished_at=now,
+            build_id,
+            name=plan.name,
+            cause=Cause.UNSATISFIABLE,
+            message=message,
+            stack=detection.stack,
+            stack_reason=detection.reason,
+            queued_at=now,
+            finished_at=now,
         )
 
     def status(self, build_id: str) -> BuildRecord:
@@ -127,7 +141,7 @@ class Farm:
 
     def builds(self, *, limit: int = 20) -> list[BuildRecord]:
         with self._errors():
-            return self.records.list(limit=limit)
+            return self.records.newest(limit=limit)
 
     def workers(self) -> list[dict[str, Any]]:
         with self._errors():
@@ -156,7 +170,8 @@ class Farm:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self.status(build_id)
         while True:
-            batch = self._patiently(lambda cursor=after: self.records.events(build_id, after=cursor, block_s=_wait_s(deadline)))  # type: ignore[misc]
+            read = partial(self.records.events, build_id, after=after, block_s=_wait_s(deadline))
+            batch = self._patiently(read)
             for event in batch:
                 after = event.cursor
                 yield event
@@ -182,8 +197,13 @@ class Farm:
         with self._errors():
             record = self.records.get(build_id)
             result = BuildResult.refused(
-                build_id, name=record.name, cause=Cause.CANCELLED, message=f"cancelled by {by} before it started",
-                stack=record.stack, queued_at=record.queued_at, finished_at=time.time(),
+                build_id,
+                name=record.name,
+                cause=Cause.CANCELLED,
+                message=f"cancelled by {by} before it started",
+                stack=record.stack,
+                queued_at=record.queued_at,
+                finished_at=time.time(),
             )
             return self.records.cancel(build_id, result, by=by)
 

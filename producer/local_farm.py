@@ -17,9 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import shared
 from shared import broker
@@ -59,7 +59,9 @@ def running_url(settings: Settings) -> str | None:
     try:
         client.ping()
     except BusyLoadingError:
-        _until(lambda: _answers(client), settings.farm.start_timeout_s, "the local Valkey is still loading its data", None)
+        _until(
+            lambda: _answers(client), settings.farm.start_timeout_s, "the local Valkey is still loading its data", None
+        )
     except (RedisError, OSError):
         return None
     finally:
@@ -79,9 +81,14 @@ def down(settings: Settings) -> bool:
                 os.kill(int(worker["pid"]), signal.SIGTERM)
         with contextlib.suppress(FarmError):
             _until(lambda: not _workers(settings, url), STOP_TIMEOUT_S, "workers still run builds", None)
-        pid = int(cast("dict[str, Any]", client.info("server"))["process_id"])
+        pid = int(client.info("server")["process_id"])
         client.shutdown(save=False)
-        _until(lambda: not _exists(pid), STOP_TIMEOUT_S, "the local Valkey does not end", settings.paths.state / "valkey.log")
+        _until(
+            lambda: not _exists(pid),
+            STOP_TIMEOUT_S,
+            "the local Valkey does not end",
+            settings.paths.state / "valkey.log",
+        )
         return True
 
 
@@ -110,13 +117,23 @@ def _start_server(settings: Settings) -> str:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise FarmError(f"cannot use the state folder {state}: {error.strerror}", hint="set paths.state_dir to one that can be written") from None
+        raise FarmError(
+            f"cannot use the state folder {state}: {error.strerror}",
+            hint="set paths.state_dir to one that can be written",
+        ) from None
     if path.parent.stat().st_uid != os.getuid():
         raise FarmError(f"{path.parent} belongs to somebody else", hint="set paths.state_dir")
     log = state / "valkey.log"
     options = {
-        "port": "0", "unixsocket": str(path), "unixsocketperm": "700", "dir": str(state / "valkey"), "save": "",
-        "appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction", "logfile": str(log),
+        "port": "0",
+        "unixsocket": str(path),
+        "unixsocketperm": "700",
+        "dir": str(state / "valkey"),
+        "save": "",
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "maxmemory-policy": "noeviction",
+        "logfile": str(log),
     }
     arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
     child = _spawn([str(server_program()), *arguments], state, log)
@@ -131,20 +148,37 @@ def _start_worker(settings: Settings, url: str) -> None:
     log = settings.paths.state / "worker.log"
     program = INSTALLATION / "orchestrator.py"
     environment = dict(os.environ)
-    environment.update({
-        "ORCHESTRATOR_BROKER__URL": url, "ORCHESTRATOR_PATHS__STATE_DIR": str(settings.paths.state),
-        "ORCHESTRATOR_PATHS__CACHE_DIR": str(settings.paths.cache),
-    })
+    environment.update(
+        {
+            "ORCHESTRATOR_BROKER__URL": url,
+            "ORCHESTRATOR_PATHS__STATE_DIR": str(settings.paths.state),
+            "ORCHESTRATOR_PATHS__CACHE_DIR": str(settings.paths.cache),
+        }
+    )
     child = _spawn([sys.executable, str(program), "worker", "--local"], settings.paths.state, log, environment)
-    _until(lambda: bool(_workers(settings, url)), settings.farm.start_timeout_s, "the local worker did not start", log, child)
+    _until(
+        lambda: bool(_workers(settings, url)),
+        settings.farm.start_timeout_s,
+        "the local worker did not start",
+        log,
+        child,
+    )
 
 
-def _spawn(argv: list[str], folder: Path, log: Path, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+def _spawn(
+    argv: list[str], folder: Path, log: Path, environment: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """Start a process that outlives us, in its own session."""
     try:
         with log.open("ab") as stream:
             return subprocess.Popen(
-                argv, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
+                argv,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
             )
     except OSError as error:
         raise FarmError(f"cannot start {argv[0]}: {error.strerror}") from None
@@ -165,7 +199,10 @@ def _lock(settings: Settings) -> Iterator[None]:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         stream = (state / "farm.lock").open("ab")
     except OSError as error:
-        raise FarmError(f"cannot use the state folder {state}: {error.strerror}", hint="set paths.state_dir to one that can be written") from None
+        raise FarmError(
+            f"cannot use the state folder {state}: {error.strerror}",
+            hint="set paths.state_dir to one that can be written",
+        ) from None
     with stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
@@ -190,7 +227,13 @@ def _answers(client: Redis) -> bool:
         return False
 
 
-def _until(condition: Any, timeout_s: float, complaint: str, log: Path | None, child: subprocess.Popen[bytes] | None = None) -> None:
+def _until(
+    condition: Callable[[], bool],
+    timeout_s: float,
+    complaint: str,
+    log: Path | None,
+    child: subprocess.Popen[bytes] | None = None,
+) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if child is not None and child.poll() is not None:
@@ -215,5 +258,3 @@ def _exists(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-

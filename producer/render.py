@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from shared.records import BuildRecord, Event
@@ -77,14 +77,19 @@ def verdict(result: BuildResult) -> str:
 
 
 def builds_table(records: list[BuildRecord]) -> str:
-    rows = [("BUILD", "STATUS", "TITLE", "WORKER"), *((r.build_id, str(r.status), printable(r.title), r.worker) for r in records)]
+    rows = [
+        ("BUILD", "STATUS", "TITLE", "WORKER"),
+        *((r.build_id, str(r.status), printable(r.title), r.worker) for r in records),
+    ]
     return table(rows)
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
+def table(rows: Sequence[tuple[str, ...]]) -> str:
     """Columns padded to their widest cell."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def facts(values: Mapping[str, Any]) -> str:

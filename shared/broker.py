@@ -118,13 +118,20 @@ def broker_fault(error: Exception, url: str) -> BrokerError:
     text = str(error)
     where = redacted(url)
     if isinstance(error, exceptions.AuthenticationError) or "WRONGPASS" in text or "NOAUTH" in text:
-        return BrokerError(f"the broker at {where} refused the credentials: {text}", hint="check broker.url's user and password")
+        return BrokerError(
+            f"the broker at {where} refused the credentials: {text}", hint="check broker.url's user and password"
+        )
     if isinstance(error, exceptions.OutOfMemoryError) or text.startswith("OOM"):
-        return BrokerError(f"the broker at {where} is out of memory", hint="raise its maxmemory or shorten records.ttl_s")
+        return BrokerError(
+            f"the broker at {where} is out of memory", hint="raise its maxmemory or shorten records.ttl_s"
+        )
     if isinstance(error, exceptions.NoPermissionError):
         return BrokerError(f"the broker at {where} does not permit this: {text}", hint="check the ACL of its user")
     if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | OSError):
-        return BrokerError(f"cannot reach the broker at {where}: {text}", hint="is it running? `orchestrator doctor` checks; without broker.url the local farm is used")
+        return BrokerError(
+            f"cannot reach the broker at {where}: {text}",
+            hint="is it running? `orchestrator doctor` checks; without broker.url the local farm is used",
+        )
     return BrokerError(f"the broker at {where} failed: {text}")
 
 

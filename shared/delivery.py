@@ -13,6 +13,7 @@ import stat
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO, cast
 
 from shared.errors import UsageError, WorkspaceError
 
@@ -33,7 +34,9 @@ def fresh_folder(output_dir: Path, slug: str) -> Path:
                 continue
             return folder
     except OSError as error:
-        raise UsageError(f"cannot write the project to {output_dir}: {error.strerror}", hint="name another folder with -o") from None
+        raise UsageError(
+            f"cannot write the project to {output_dir}: {error.strerror}", hint="name another folder with -o"
+        ) from None
     raise UsageError(f"{output_dir} holds too many folders called {slug}", hint="name another folder with -o")
 
 
@@ -45,7 +48,9 @@ def deliver(source: Path, output_dir: Path, slug: str) -> tuple[Path, list[str]]
         _copy(source, folder, source, skipped)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise WorkspaceError(f"cannot write the project to {folder}: {error.strerror}", hint="free some space or use -o") from None
+        raise WorkspaceError(
+            f"cannot write the project to {folder}: {error.strerror}", hint="free some space or use -o"
+        ) from None
     return folder, skipped
 
 
@@ -67,7 +72,7 @@ def unpack(chunks: Iterable[bytes], output_dir: Path, slug: str) -> tuple[Path, 
     folder = fresh_folder(output_dir, slug)
     skipped: list[str] = []
     try:
-        with tarfile.open(fileobj=_Stream(chunks), mode="r|gz") as tar:  # type: ignore[arg-type]
+        with tarfile.open(fileobj=cast("IO[bytes]", _Stream(chunks)), mode="r|gz") as tar:
             for member in tar:
                 try:
                     tar.extract(member, folder, filter="data")
@@ -75,7 +80,9 @@ def unpack(chunks: Iterable[bytes], output_dir: Path, slug: str) -> tuple[Path, 
                     skipped.append(str(error))
     except (OSError, tarfile.TarError) as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise WorkspaceError(f"cannot write the project to {folder}: {error}", hint="free some space or use -o") from None
+        raise WorkspaceError(
+            f"cannot write the project to {folder}: {error}", hint="free some space or use -o"
+        ) from None
     return folder, skipped
 
 
@@ -129,7 +136,7 @@ def _copy(source: Path, target: Path, root: Path, skipped: list[str]) -> None:
 
 def link_stays(path: Path, root: Path) -> bool:
     """Whether a symbolic link is relative and its text never leaves `root`."""
-    text = os.readlink(path)
+    text = str(path.readlink())
     if text.startswith("/"):
         return False
     joined = os.path.normpath(os.path.join(os.path.relpath(path.parent, root), text))  # noqa: PTH118 - text only

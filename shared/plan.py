@@ -135,7 +135,8 @@ class Plan(_Model):
         size = len(text)
         if max_bytes is not None and size > max_bytes:
             raise PlanError.one(
-                "", f"{source} is {size:,} bytes, the limit is {max_bytes:,}",
+                "",
+                f"{source} is {size:,} bytes, the limit is {max_bytes:,}",
                 "leave data files out of the plan, or raise limits.plan_bytes",
             )
         try:
@@ -144,7 +145,8 @@ class Plan(_Model):
             raise PlanError.one("", f"{source} is not UTF-8 (byte {error.start})", "save it as UTF-8") from None
         except json.JSONDecodeError as error:
             raise PlanError.one(
-                "", f"{source} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}",
+                "",
+                f"{source} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}",
                 "check it with `python -m json.tool`",
             ) from None
         except RecursionError:
@@ -191,7 +193,9 @@ def path_fault(path: str) -> tuple[str, str] | None:
     if any(unicodedata.category(c) in ("Cc", "Cs") for c in path):
         return f"{path!r} holds a control character", "a plain relative path"
     if path.startswith("/") or re.match(r"^[A-Za-z]:[\\/]", path):
-        return f"{path!r} is absolute", "a path relative to the project, such as " + (path.strip("/\\").split("/")[-1] or "main.py")
+        return f"{path!r} is absolute", "a path relative to the project, such as " + (
+            path.strip("/\\").split("/")[-1] or "main.py"
+        )
     if "\\" in path:
         return f"{path!r} holds a backslash", f"forward slashes: {path.replace(chr(92), '/')!r}"
     parts = path.split("/")
@@ -201,7 +205,10 @@ def path_fault(path: str) -> tuple[str, str] | None:
         clean = "/".join(part for part in parts if part not in (".", ""))
         return f"{path!r} is not in its plain form", repr(clean)
     if len(path.encode()) > MAX_PATH_BYTES or any(len(part.encode()) > MAX_COMPONENT_BYTES for part in parts):
-        return f"{path[:40] + '…'!r} is too long", f"at most {MAX_COMPONENT_BYTES} bytes a name, {MAX_PATH_BYTES} a path"
+        return (
+            f"{path[:40] + '…'!r} is too long",
+            f"at most {MAX_COMPONENT_BYTES} bytes a name, {MAX_PATH_BYTES} a path",
+        )
     if parts[0] in RESERVED_ROOTS:
         return f"{path!r} is in {parts[0]}/, which is reserved", "leave it out: the farm makes its own"
     return None
@@ -245,23 +252,39 @@ def _check_files(plan: Plan) -> list[Problem]:
             problems.append(Problem(field, *fault))
             continue
         if file.filename in seen:
-            problems.append(Problem(field, f"{file.filename!r} is also files[{seen[file.filename]}]", "one entry a file"))
+            problems.append(
+                Problem(field, f"{file.filename!r} is also files[{seen[file.filename]}]", "one entry a file")
+            )
         seen.setdefault(file.filename, index)
         if file.encoding == "base64":
             try:
                 base64.b64decode(file.code, validate=True)
             except (binascii.Error, ValueError):
-                problems.append(Problem(f"files[{index}].code", f"{file.filename!r} is not valid base64", "standard base64, padded"))
+                problems.append(
+                    Problem(f"files[{index}].code", f"{file.filename!r} is not valid base64", "standard base64, padded")
+                )
         else:
             try:
                 file.code.encode("utf-8")
             except UnicodeEncodeError:
-                problems.append(Problem(f"files[{index}].code", f"{file.filename!r} holds a lone surrogate", "use encoding base64 for binary files"))
+                problems.append(
+                    Problem(
+                        f"files[{index}].code",
+                        f"{file.filename!r} holds a lone surrogate",
+                        "use encoding base64 for binary files",
+                    )
+                )
     for path, index in seen.items():
         parent = path.rpartition("/")[0]
         while parent:
             if parent in seen:
-                problems.append(Problem(f"files[{index}].filename", f"{path!r} needs a folder where {parent!r} is a file", "rename one of them"))
+                problems.append(
+                    Problem(
+                        f"files[{index}].filename",
+                        f"{path!r} needs a folder where {parent!r} is a file",
+                        "rename one of them",
+                    )
+                )
                 break
             parent = parent.rpartition("/")[0]
     return problems
@@ -279,7 +302,14 @@ def _problem(detail: ErrorDetails) -> Problem:
         return Problem(field, "unknown field", f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}")
     if kind == "missing":
         return Problem(field, "is missing")
-    if kind in ("greater_than", "greater_than_equal", "less_than_equal", "literal_error", "string_pattern_mismatch", "string_too_short"):
+    if kind in (
+        "greater_than",
+        "greater_than_equal",
+        "less_than_equal",
+        "literal_error",
+        "string_pattern_mismatch",
+        "string_too_short",
+    ):
         return Problem(field, f"{_shown(value)} is not allowed", detail["msg"])
     return Problem(field, f"{_shown(value)} is the wrong type", detail["msg"])
 
@@ -299,7 +329,11 @@ def _field_path(loc: tuple[int | str, ...]) -> str:
 
 def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
     models: dict[str, type[BaseModel]] = {
-        "files": PlanFile, "limits": Limits, "service": Service, "CommandCheck": CommandCheck, "HttpCheck": HttpCheck,
+        "files": PlanFile,
+        "limits": Limits,
+        "service": Service,
+        "CommandCheck": CommandCheck,
+        "HttpCheck": HttpCheck,
     }
     for part in reversed(loc[:-1]):
         if isinstance(part, str) and part in models:
@@ -313,5 +347,12 @@ def _shown(value: object) -> str:
 
 
 def _kind(value: object) -> str:
-    names = {list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
+    names = {
+        list: "an array",
+        str: "a string",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+    }
     return names.get(type(value), type(value).__name__)

@@ -223,7 +223,14 @@ class Records:
     # -- transitions ---------------------------------------------------------------------------------------------
 
     def submit(
-        self, build_id: str, plan: Plan, *, stack: str, title: str, queue: str, message: bytes,
+        self,
+        build_id: str,
+        plan: Plan,
+        *,
+        stack: str,
+        title: str,
+        queue: str,
+        message: bytes,
         refused: BuildResult | None = None,
     ) -> bool:
         """Store a build and put its message on its queue, in one step; False when the id is taken already.
@@ -231,30 +238,50 @@ class Records:
         With `refused` the build is recorded as ended and nothing is queued.
         """
         fields = {
-            "v": RECORD_VERSION, "name": plan.name, "title": title, "stack": stack, "digest": plan.digest, "queue": queue,
+            "v": RECORD_VERSION,
+            "name": plan.name,
+            "title": title,
+            "stack": stack,
+            "digest": plan.digest,
+            "queue": queue,
         }
         status = refused.status if refused else Status.QUEUED
         result = _packed(refused.model_dump_json().encode()) if refused else b""
-        keys = [*self._keys(build_id, "build", "plan", "events"), f"{self.prefix}builds", queue, self._key("result", build_id)]
-        args = [build_id, _packed(plan.canonical), message, self.ttl_s, result, str(status)]
+        keys = [
+            *self._keys(build_id, "build", "plan", "events"),
+            f"{self.prefix}builds",
+            queue,
+            self._key("result", build_id),
+        ]
+        args: list[Any] = [build_id, _packed(plan.canonical), message, self.ttl_s, result, str(status)]
         args += [text for pair in fields.items() for text in pair]
         return bool(self._submit(keys=keys, args=args))
 
     def claim(self, build_id: str, *, worker: str, lease_s: float) -> Claim | Refusal:
         """Take a build to run it. Raises `RecordError` when its plan cannot be read."""
-        reply = cast("list[Any]", self._claim(keys=self._keys(build_id, "build", "plan", "events"), args=[worker, int(lease_s * 1e6)]))
+        reply = cast(
+            "list[Any]",
+            self._claim(keys=self._keys(build_id, "build", "plan", "events"), args=[worker, int(lease_s * 1e6)]),
+        )
         outcome = _text(reply[0])
         if outcome != "claimed":
             return Refusal(outcome)
         token, attempt, plan, queued_at, started_at, cancelled = reply[1:]
         return Claim(
-            build_id=build_id, token=_text(token), attempt=int(attempt), plan=_plan(build_id, plan),
-            queued_at=float(queued_at or 0), started_at=float(started_at), cancel_requested=_text(cancelled),
+            build_id=build_id,
+            token=_text(token),
+            attempt=int(attempt),
+            plan=_plan(build_id, plan),
+            queued_at=float(queued_at or 0),
+            started_at=float(started_at),
+            cancel_requested=_text(cancelled),
         )
 
     def renew(self, claim: Claim, *, lease_s: float) -> tuple[bool, str]:
         """Prolong a lease: whether it is still held, and who asked to cancel ('' for nobody)."""
-        reply = cast("list[Any]", self._renew(keys=self._keys(claim.build_id, "build"), args=[claim.token, int(lease_s * 1e6)]))
+        reply = cast(
+            "list[Any]", self._renew(keys=self._keys(claim.build_id, "build"), args=[claim.token, int(lease_s * 1e6)])
+        )
         held = _text(reply[0]) == "held"
         return held, _text(reply[1]) if held else ""
 
@@ -265,16 +292,30 @@ class Records:
 
     def finish(self, claim: Claim, result: BuildResult, events: Sequence[tuple[str, Mapping[str, Any]]] = ()) -> bool:
         """Write the terminal result, once; False when the claim is no longer good or the build has ended."""
-        args = [claim.token, str(result.status), _packed(result.model_dump_json().encode()), self.ttl_s, *_flat(events)]
+        args: list[Any] = [
+            claim.token,
+            str(result.status),
+            _packed(result.model_dump_json().encode()),
+            self.ttl_s,
+            *_flat(events),
+        ]
         return bool(self._finish(keys=self._keys(claim.build_id, "build", "events", "result", "plan"), args=args))
 
     def cancel(self, build_id: str, result: BuildResult, *, by: str) -> str:
         """Cancel a build: 'cancelled' (it had not started; `result` is its result), 'requested' (its worker stops it)
         or the terminal status it already has. Raises `BuildNotFound`."""
-        reply = _text(self._cancel(
-            keys=self._keys(build_id, "build", "events", "result"),
-            args=[build_id, _packed(result.model_dump_json().encode()), self.ttl_s, self.prefix + CANCEL_CHANNEL, by],
-        ))
+        reply = _text(
+            self._cancel(
+                keys=self._keys(build_id, "build", "events", "result"),
+                args=[
+                    build_id,
+                    _packed(result.model_dump_json().encode()),
+                    self.ttl_s,
+                    self.prefix + CANCEL_CHANNEL,
+                    by,
+                ],
+            )
+        )
         if reply == "unknown":
             raise BuildNotFound(build_id)
         return reply
@@ -306,11 +347,15 @@ class Records:
     def events(self, build_id: str, *, after: str = "0", block_s: float | None = None, limit: int = 500) -> list[Event]:
         """Events behind a cursor, oldest first; waits up to `block_s` for the first one (None: not at all)."""
         block = None if block_s is None else max(1, int(block_s * 1000))
-        reply = self.client.xread({self._key("events", build_id): after}, count=limit, block=block)
-        entries = cast("list[Any]", next(iter(reply.values()))[0] if isinstance(reply, dict) else reply[0][1]) if reply else []
+        reply: Any = self.client.xread({self._key("events", build_id): after}, count=limit, block=block)
+        entries = (
+            cast("list[Any]", next(iter(reply.values()))[0] if isinstance(reply, dict) else reply[0][1])
+            if reply
+            else []
+        )
         return [Event(_text(cursor), _text(fields[b"type"]), json.loads(fields[b"data"])) for cursor, fields in entries]
 
-    def list(self, *, limit: int = 20) -> list[BuildRecord]:
+    def newest(self, *, limit: int = 20) -> list[BuildRecord]:
         """The newest builds on record, newest first."""
         index = f"{self.prefix}builds"
         found: list[BuildRecord] = []
@@ -395,7 +440,7 @@ class Records:
         return [self._key(kind, build_id) for kind in kinds]
 
     def _now(self) -> float:
-        seconds, micros = cast("tuple[int, int]", self.client.time())
+        seconds, micros = self.client.time()
         return seconds + micros / 1e6
 
 
@@ -432,9 +477,17 @@ def _record(build_id: str, fields: Mapping[bytes, bytes]) -> BuildRecord:
 
     try:
         return BuildRecord(
-            build_id=build_id, name=text("name"), title=text("title"), stack=text("stack"), status=Status(text("status")),
-            attempt=int(text("attempt") or 0), worker=text("worker"), cancel_requested=text("cancel_requested"),
-            queued_at=moment("queued_at"), started_at=moment("started_at"), finished_at=moment("finished_at"),
+            build_id=build_id,
+            name=text("name"),
+            title=text("title"),
+            stack=text("stack"),
+            status=Status(text("status")),
+            attempt=int(text("attempt") or 0),
+            worker=text("worker"),
+            cancel_requested=text("cancel_requested"),
+            queued_at=moment("queued_at"),
+            started_at=moment("started_at"),
+            finished_at=moment("finished_at"),
         )
     except ValueError as error:
         raise RecordError(f"the record of build {build_id} cannot be read: {error}") from None

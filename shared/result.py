@@ -194,7 +194,9 @@ class BuildResult(_Model):
     def refused(cls, build_id: str, *, name: str, cause: Cause, message: str, **more: Any) -> Self:
         """A build that ended before it ran a stage."""
         status = Status.CANCELLED if cause is Cause.CANCELLED else Status.REJECTED
-        return cls(build_id=build_id, name=name, status=status, cause=cause, advice=ADVICE[cause], message=message, **more)
+        return cls(
+            build_id=build_id, name=name, status=status, cause=cause, advice=ADVICE[cause], message=message, **more
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data: what plugins and `--json` are given."""

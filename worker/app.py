@@ -29,6 +29,7 @@ from worker.tasks import Executor
 
 if TYPE_CHECKING:
     from celery import Celery, Task
+    from redis import Redis
 
 logger = logging.getLogger("orchestrator.worker")
 
@@ -47,13 +48,15 @@ def serve(settings: Settings, *, stacks: Sequence[str] = (), local: bool = False
     `local` farm ends after `farm.idle_exit_s` without a build and takes the farm's broker with it. Raises
     `SandboxError` when the sandbox does not hold: such a worker must not take work.
     """
+    from redis.exceptions import RedisError
+
     url = settings.broker.url
     machine = Machine.open(settings)
     served = _served(machine, stacks)
     client = broker.connect(url, timeout_s=settings.broker.connect_timeout_s)
     try:
         client.ping()
-    except Exception as error:
+    except (RedisError, OSError) as error:
         raise broker.broker_fault(error, url) from None
     records = Records(client, prefix=settings.broker.key_prefix, ttl_s=settings.records.ttl_s)
     plugins = configured_plugins(settings)
@@ -61,9 +64,16 @@ def serve(settings: Settings, *, stacks: Sequence[str] = (), local: bool = False
     pump = EventPump(records)
     slots = settings.worker.slots
     announced = {
-        "v": PROTOCOL_VERSION, "host": socket.gethostname(), "pid": os.getpid(), "platform": platform.platform(),
-        "stacks": served, "toolchains": machine.versions(), "slots": slots, "sandbox": machine.sandbox.name,
-        "shares_environments": machine.sandbox.shares_environments, "plugins": [plugin.name for plugin in plugins.plugins if not plugin.error],
+        "v": PROTOCOL_VERSION,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "platform": platform.platform(),
+        "stacks": served,
+        "toolchains": machine.versions(),
+        "slots": slots,
+        "sandbox": machine.sandbox.name,
+        "shares_environments": machine.sandbox.shares_environments,
+        "plugins": [plugin.name for plugin in plugins.plugins if not plugin.error],
         "started_at": time.time(),
     }
     ownership = Ownership(records, lease_s=settings.records.lease_s, beat=lambda: beat())
@@ -83,9 +93,15 @@ def serve(settings: Settings, *, stacks: Sequence[str] = (), local: bool = False
         activity.exit_when_idle(settings.farm.idle_exit_s)
     logger.info("worker %s serves %s with %d slots in sandbox %s", name, ", ".join(served), slots, machine.sandbox.name)
     worker = app.Worker(
-        hostname=f"{'-'.join(served)}@{name}", pool="threads", concurrency=slots,
-        queues=[broker.queue_name(stack) for stack in served], loglevel="WARNING", task_events=True,
-        without_gossip=True, without_mingle=True, quiet=True,
+        hostname=f"{'-'.join(served)}@{name}",
+        pool="threads",
+        concurrency=slots,
+        queues=[broker.queue_name(stack) for stack in served],
+        loglevel="WARNING",
+        task_events=True,
+        without_gossip=True,
+        without_mingle=True,
+        quiet=True,
     )
     try:
         worker.start()
@@ -93,13 +109,18 @@ def serve(settings: Settings, *, stacks: Sequence[str] = (), local: bool = False
         ownership.stop()
         try:
             records.withdraw(name)
-        except Exception as error:  # noqa: BLE001 - the announcement expires by itself
+        except (RedisError, OSError) as error:  # it expires by itself
             logger.warning("announcement not withdrawn: %s", error)
         pump.stop()
         if local and activity.went_idle and not records.workers():
-            client.shutdown(save=False)  # its append-only file is the truth
+            _shut_down(client)
     logger.info("worker %s ended", name)
     return int(worker.exitcode or 0)
+
+
+def _shut_down(client: Redis) -> None:
+    """End the local farm's broker; its append-only file is the truth."""
+    client.shutdown(save=False)
 
 
 class Activity:
@@ -178,7 +199,8 @@ def _served(machine: Machine, named: Sequence[str]) -> list[str]:
     missing = [stack for stack in named if stack not in have]
     if missing:
         raise ConfigError(
-            f"no toolchain here for {', '.join(missing)}", hint=f"this machine can serve: {', '.join(have) or 'nothing'}; see `orchestrator doctor`"
+            f"no toolchain here for {', '.join(missing)}",
+            hint=f"this machine can serve: {', '.join(have) or 'nothing'}; see `orchestrator doctor`",
         )
     if not have:
         raise ConfigError("no toolchain of any stack was found here", hint="see `orchestrator doctor`")
@@ -188,10 +210,10 @@ def _served(machine: Machine, named: Sequence[str]) -> list[str]:
 def configure_logging(*, verbose: bool = False) -> None:
     """Log to standard error, one line an event."""
     logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, stream=sys.stderr,
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S",
+        level=logging.DEBUG if verbose else logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
     )
     logging.getLogger("celery").setLevel(logging.WARNING)
     logging.getLogger("kombu").setLevel(logging.WARNING)
-
-

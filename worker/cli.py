@@ -24,7 +24,10 @@ def worker(
 
     settings = load_settings({"worker.concurrency": concurrency} if concurrency else None)
     if not settings.broker.url:
-        raise ConfigError("a worker needs a broker", hint="set ORCHESTRATOR_BROKER__URL, or use `orchestrator farm up` for the local farm")
+        raise ConfigError(
+            "a worker needs a broker",
+            hint="set ORCHESTRATOR_BROKER__URL, or use `orchestrator farm up` for the local farm",
+        )
     configure_logging(verbose=verbose)
     named = [name.strip() for name in stacks.split(",") if name.strip()]
     raise typer.Exit(serve(settings, stacks=named, local=local))

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from shared.errors import EnvironmentStoreError
 from worker.workspace import remove_tree
@@ -47,12 +47,12 @@ class Failed(Generic[Failure]):
     failure: Failure
 
 
-class WaitAbandoned(Exception):  # noqa: N818 - control flow between threads, not an error of anybody's
+class WaitAbandoned(Exception):
     """The wait for another build's environment was given up because `give_up` said so."""
 
 
 class EnvironmentStore:
-    """The environments on this machine, shared by all its workers. Raises `EnvironmentStoreError` for its own faults."""
+    """The environments on this machine, shared by all its workers. Its own faults are `EnvironmentStoreError`s."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -71,10 +71,17 @@ class EnvironmentStore:
         with contextlib.suppress(OSError):
             os.utime(entry / "record.json")
         built = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(record["built_at"]))
-        return Environment(key, entry / "tree", str(record["pins"]), "hit", f"same inputs as the environment built {built} UTC")
+        return Environment(
+            key, entry / "tree", str(record["pins"]), "hit", f"same inputs as the environment built {built} UTC"
+        )
 
     def obtain(
-        self, key: str, construct: Callable[[Path], str | Failed[Failure]], *, give_up: Callable[[], bool], why: str = ""
+        self,
+        key: str,
+        construct: Callable[[Path], str | Failed[Failure]],
+        *,
+        give_up: Callable[[], bool],
+        why: str = "",
     ) -> Environment | Failed[Failure]:
         """The environment of a key: found, or built by `construct`.
 
@@ -109,7 +116,10 @@ class EnvironmentStore:
             _write_durably(staging / "record.json", json.dumps(record).encode())
             staging.rename(entry)
         except OSError as error:
-            raise EnvironmentStoreError(f"cannot write the environment {key} in {self.root}: {error.strerror}", hint="check its space and permissions") from None
+            raise EnvironmentStoreError(
+                f"cannot write the environment {key} in {self.root}: {error.strerror}",
+                hint="check its space and permissions",
+            ) from None
         finally:
             remove_tree(staging)
         return Environment(key, entry / "tree", pins, "miss", why)
@@ -131,7 +141,7 @@ class EnvironmentStore:
             yield waited
 
 
-def _read_record(path: Path) -> dict[str, object] | None:
+def _read_record(path: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_bytes())
     except (OSError, ValueError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,22 +40,24 @@ def run_here(project: Path, plugins: PluginManager | None) -> int:
 
     Raises `UsageError` when the folder is no project of ours.
     """
-    import sys
-
     try:
         facts = json.loads((project / METADATA).read_bytes())
     except (OSError, ValueError):
-        raise UsageError(f"{project} is not a project built here", hint="name a folder that `execute` delivered, such as output/my-project") from None
+        raise UsageError(
+            f"{project} is not a project built here",
+            hint="name a folder that `execute` delivered, such as output/my-project",
+        ) from None
     files = [
-        {"filename": path.relative_to(project).as_posix(), "code": path.read_bytes()}
+        {
+            "filename": path.relative_to(project).as_posix(),
+            "code": base64.b64encode(path.read_bytes()).decode(),
+            "encoding": "base64",
+        }
         for path in sorted(project.rglob("*"))
         if path.is_file() and not path.is_symlink() and not _ours(path.relative_to(project))
     ]
-    import base64
-
-    entries = [{**file, "code": base64.b64encode(file["code"]).decode(), "encoding": "base64"} for file in files]
     settings = load_settings()
-    plan = Plan.parse({**facts.get("plan", {}), "files": entries, "run": facts.get("run_cmd", "")})
+    plan = Plan.parse({**facts.get("plan", {}), "files": files, "run": facts.get("run_cmd", "")})
     machine = Machine.open(settings)
     manager = plugins if plugins is not None else configured_plugins(settings)
 
@@ -76,4 +80,6 @@ def run_here(project: Path, plugins: PluginManager | None) -> int:
 
 
 def _ours(path: Path) -> bool:
-    return path.parts[0] in (".orchestrator", ".venv", ".git") or path.parts[-1] == "run.sh" or "__pycache__" in path.parts
+    return (
+        path.parts[0] in (".orchestrator", ".venv", ".git") or path.parts[-1] == "run.sh" or "__pycache__" in path.parts
+    )

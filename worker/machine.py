@@ -126,14 +126,20 @@ def find_uv() -> Path:
         found = shutil.which("uv")
         if found:
             return Path(found).resolve()
-        raise SandboxError("uv was not found", hint="it comes with the project's dependencies: `pip install uv`") from None
+        raise SandboxError(
+            "uv was not found", hint="it comes with the project's dependencies: `pip install uv`"
+        ) from None
 
 
 def hidden_folders(settings: Settings) -> list[Path]:
-    """What no build may see: this installation, its environment, and the user's home, state, cache and configuration."""
+    """What no build may see: this installation and its environment; home, state, cache and configuration."""
     paths = settings.paths
     folders = [
-        Path(__file__).resolve().parent.parent, Path.home(), paths.state, paths.cache, Path(paths.config_dir).expanduser(),
+        Path(__file__).resolve().parent.parent,
+        Path.home(),
+        paths.state,
+        paths.cache,
+        Path(paths.config_dir).expanduser(),
     ]
     if sys.prefix != sys.base_prefix:  # a virtual environment: else this would hide the toolchain itself
         folders.append(Path(sys.prefix))

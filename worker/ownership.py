@@ -88,7 +88,7 @@ class Ownership:
         channel = self._records.prefix + CANCEL_CHANNEL
         while not self._stop.is_set():
             try:
-                with self._records.client.pubsub(ignore_subscribe_messages=True) as pubsub:
+                with self._records.client.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]
                     pubsub.subscribe(channel)
                     while not self._stop.is_set():
                         message = pubsub.get_message(timeout=1.0)

@@ -42,7 +42,7 @@ class Job:
     worker: str = "in-process"
 
 
-class _Rejected(Exception):  # noqa: N818 - ends a build, is no error
+class _Rejected(Exception):
     """A plugin or the border refused the build."""
 
     def __init__(self, cause: Cause, reason: str) -> None:
@@ -52,7 +52,13 @@ class _Rejected(Exception):  # noqa: N818 - ends a build, is no error
 
 
 def execute(
-    job: Job, machine: Machine, plugins: PluginManager, reporter: Reporter, cancel: CancelToken, *, deliver_to: Path | None = None
+    job: Job,
+    machine: Machine,
+    plugins: PluginManager,
+    reporter: Reporter,
+    cancel: CancelToken,
+    *,
+    deliver_to: Path | None = None,
 ) -> BuildResult:
     """Run a build to its verdict. A user's failure is in the result; only faults of the farm raise (`FarmError`).
 
@@ -91,7 +97,13 @@ def _pre_execute(job: Job, plugins: PluginManager, notes: list[str]) -> Plan:
 
 
 def _context(
-    job: Job, plan: Plan, machine: Machine, plugins: PluginManager, reporter: Reporter, cancel: CancelToken, deliver_to: Path | None
+    job: Job,
+    plan: Plan,
+    machine: Machine,
+    plugins: PluginManager,
+    reporter: Reporter,
+    cancel: CancelToken,
+    deliver_to: Path | None,
 ) -> Context:
     files = FileTree.of(plan)
     try:
@@ -102,9 +114,18 @@ def _context(
         have = ", ".join(machine.stacks) or "none"
         raise _Rejected(Cause.UNSATISFIABLE, f"this worker cannot build {detection.stack} projects (it has: {have})")
     context = Context(
-        build_id=job.build_id, attempt=job.attempt, plan=plan, files=files, detection=detection, stack=STACKS[detection.stack],
-        limits=EffectiveLimits.of(plan, machine.settings), machine=machine,
-        workspace=Workspace.create(machine.cache / "builds" / job.build_id), reporter=reporter, cancel=cancel, plugins=plugins,
+        build_id=job.build_id,
+        attempt=job.attempt,
+        plan=plan,
+        files=files,
+        detection=detection,
+        stack=STACKS[detection.stack],
+        limits=EffectiveLimits.of(plan, machine.settings),
+        machine=machine,
+        workspace=Workspace.create(machine.cache / "builds" / job.build_id),
+        reporter=reporter,
+        cancel=cancel,
+        plugins=plugins,
         deliver_to=deliver_to,
     )
     for warning in unenforced(plan.limits):
@@ -152,7 +173,9 @@ def _run_with_hooks(context: Context) -> StageResult:
     if context.run_choice.command is None:
         return run(context)
     project = context.workspace.project
-    context.notes += context.plugins.fire("pre_run", project_dir=project, build_id=context.build_id, attempt=context.attempt).notes
+    context.notes += context.plugins.fire(
+        "pre_run", project_dir=project, build_id=context.build_id, attempt=context.attempt
+    ).notes
     result = run(context)
     code = -1 if context.exit_code is None else context.exit_code
     _fire(context, "post_run", project_dir=project, return_code=code)
@@ -164,7 +187,13 @@ def _fire(context: Context, event: str, **values: Any) -> None:
 
 
 def _result(
-    job: Job, context: Context, stages: list[StageResult], artifacts: list[Artifact], status: Status, cause: Cause | None, message: str
+    job: Job,
+    context: Context,
+    stages: list[StageResult],
+    artifacts: list[Artifact],
+    status: Status,
+    cause: Cause | None,
+    message: str,
 ) -> BuildResult:
     command = context.run_choice.command
     runtime = context.layout.runtime
@@ -175,7 +204,7 @@ def _result(
         status=status,
         cause=cause,
         advice=ADVICE[cause] if cause else BuildResult.model_fields["advice"].default,
-        message=message or _success_message(context, stages),
+        message=message or _success_message(stages),
         stack=context.stack.NAME,
         stack_reason=context.detection.reason,
         warnings=context.warnings,
@@ -197,7 +226,7 @@ def _result(
     )
 
 
-def _success_message(context: Context, stages: list[StageResult]) -> str:
+def _success_message(stages: list[StageResult]) -> str:
     ran = next((stage for stage in stages if stage.name == "run"), None)
     if ran is None or ran.status is StageStatus.SKIPPED:
         return "installed and built; nothing was run"
@@ -206,8 +235,16 @@ def _success_message(context: Context, stages: list[StageResult]) -> str:
 
 def _refused(job: Job, machine: Machine, rejected: _Rejected, notes: list[str]) -> BuildResult:
     return BuildResult.refused(
-        job.build_id, name=job.plan.name, cause=rejected.cause, message=rejected.reason, plugin_notes=notes, worker=job.worker,
-        sandbox=machine.sandbox.name, queued_at=job.queued_at, started_at=job.started_at, finished_at=time.time(),
+        job.build_id,
+        name=job.plan.name,
+        cause=rejected.cause,
+        message=rejected.reason,
+        plugin_notes=notes,
+        worker=job.worker,
+        sandbox=machine.sandbox.name,
+        queued_at=job.queued_at,
+        started_at=job.started_at,
+        finished_at=time.time(),
         attempts=[Attempt(number=job.attempt, worker=job.worker, started_at=job.started_at)],
     )
 
@@ -215,12 +252,19 @@ def _refused(job: Job, machine: Machine, rejected: _Rejected, notes: list[str]) 
 def farm_fault(job: Job, error: BaseException) -> BuildResult:
     """The result of a build that a fault of the farm ended: never blamed on its submitter."""
     return BuildResult(
-        build_id=job.build_id, name=job.plan.name, status=Status.FAILED, cause=Cause.FARM, advice=ADVICE[Cause.FARM],
-        message=f"the farm failed: {error}", worker=job.worker, queued_at=job.queued_at, started_at=job.started_at,
-        finished_at=time.time(), attempts=[Attempt(number=job.attempt, worker=job.worker, started_at=job.started_at, reason=str(error))],
+        build_id=job.build_id,
+        name=job.plan.name,
+        status=Status.FAILED,
+        cause=Cause.FARM,
+        advice=ADVICE[Cause.FARM],
+        message=f"the farm failed: {error}",
+        worker=job.worker,
+        queued_at=job.queued_at,
+        started_at=job.started_at,
+        finished_at=time.time(),
+        attempts=[Attempt(number=job.attempt, worker=job.worker, started_at=job.started_at, reason=str(error))],
     )
 
 
 def _veto_text(veto: PluginVeto) -> str:
     return f"plugin {veto.plugin!r} refused: {veto.reason}" if veto.plugin else f"a plugin refused: {veto.reason}"
-

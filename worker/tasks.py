@@ -64,7 +64,7 @@ class Executor:
     def _result(self, job: Job, reporter: StreamReporter, cancel: CancelToken) -> BuildResult:
         try:
             result = execute(job, self.machine, self.plugins, reporter, cancel)
-        except Exception as error:  # noqa: BLE001 - whatever it was, the submitter gets a verdict
+        except Exception as error:
             logger.exception("build %s: the farm failed", job.build_id)
             return farm_fault(job, error)
         if result.project_dir and result.status is not Status.CANCELLED:
@@ -83,5 +83,3 @@ def prune(folder: Path, *, keep: int) -> None:
     """Keep only the newest entries of a folder (build ids sort by time)."""
     for name in sorted(entry.name for entry in folder.iterdir())[:-keep]:
         remove_tree(folder / name)
-
-

@@ -14,7 +14,8 @@ from worker.process import Ended, ProcessResult
 _REGISTRY = re.compile(
     r"""error\ sending\ request | dns\ error | temporary\ failure\ in\ name\ resolution | name\ or\ service\ not\ known
     | could\ not\ resolve\ host | connection\ (refused|reset|timed\ out|aborted) | network\ is\ unreachable
-    | newconnectionerror | connecttimeout | readtimeout | read\ timed\ out | max\ retries\ exceeded | request\ timed\ out
+    | newconnectionerror | connecttimeout | readtimeout | read\ timed\ out | max\ retries\ exceeded
+    | request\ timed\ out
     | operation\ timed\ out | tls\ handshake | certificate | \b(500|502|503|504)\ (internal|bad|service|gateway|server)
     | status\ code:?\ 5\d\d | \(5\d\d\ | too\ many\ requests | \b429\b | network\ connectivity\ is\ disabled""",
     re.IGNORECASE | re.VERBOSE,
@@ -25,7 +26,8 @@ _BAD_MANIFEST = re.compile(
     re.IGNORECASE,
 )
 _CORRUPT_CACHE = re.compile(
-    r"corrupt|invalid zip|bad zip|failed to (read|deserialize|decode)[^\n]*cache|unexpected end of (file|archive)|invalid gzip",
+    r"corrupt|invalid zip|bad zip|failed to (read|deserialize|decode)[^\n]*cache|unexpected end of (file|archive)"
+    r"|invalid gzip",
     re.IGNORECASE,
 )
 _DISK_FULL = re.compile(r"no space left on device|\(os error 28\)|ENOSPC|disk quota exceeded", re.IGNORECASE)
@@ -55,7 +57,11 @@ def stage_end(process: ProcessResult, failing: Cause) -> tuple[StageStatus, Caus
     if process.ended is Ended.TIMEOUT:
         return StageStatus.TIMED_OUT, Cause.TIMEOUT, f"stopped at its deadline after {process.seconds:.1f} s"
     if process.ended is Ended.IDLE:
-        return StageStatus.TIMED_OUT, Cause.NO_OUTPUT, f"stopped: no output for too long ({process.seconds:.1f} s in all)"
+        return (
+            StageStatus.TIMED_OUT,
+            Cause.NO_OUTPUT,
+            f"stopped: no output for too long ({process.seconds:.1f} s in all)",
+        )
     if process.exit_code == 0:
         return StageStatus.SUCCEEDED, None, ""
     if process.signal:

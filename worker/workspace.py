@@ -34,7 +34,9 @@ class Workspace:
             workspace.project.mkdir()
             workspace.tmp.mkdir(mode=0o1777)
         except OSError as error:
-            raise WorkspaceError(f"cannot make a workspace in {root.parent}: {error.strerror}", hint="check its space and permissions") from None
+            raise WorkspaceError(
+                f"cannot make a workspace in {root.parent}: {error.strerror}", hint="check its space and permissions"
+            ) from None
         return workspace
 
     def write_plan(self, plan: Plan) -> None:
@@ -92,7 +94,9 @@ def write_file(folder: Path, path: str, content: bytes, *, executable: bool = Fa
         with os.fdopen(target, "wb") as stream:
             stream.write(content)
     except OSError as error:
-        raise WorkspaceError(f"cannot write {path} below {folder}: {error.strerror}", hint="check the space and permissions there") from None
+        raise WorkspaceError(
+            f"cannot write {path} below {folder}: {error.strerror}", hint="check the space and permissions there"
+        ) from None
     finally:
         if descriptor >= 0:
             os.close(descriptor)

@@ -224,9 +224,7 @@ class Stack(Protocol):
         """Variables every command of a build of this stack sees (PATH among them)."""
         ...
 
-    def run_script(
-        self, plan: Plan, files: FileTree, command: str, pins: str, runtime: Runtime | None = None
-    ) -> str:
+    def run_script(self, plan: Plan, files: FileTree, command: str, pins: str, runtime: Runtime | None = None) -> str:
         """A `run.sh` that installs what is missing, then runs.
 
         `pins`: the exact versions installed here; `runtime`: what it was built with, preferred where it is run.

@@ -136,9 +136,7 @@ class TestVerdict:
             box.run("true", lambda _, chunk: chunks.append(chunk), binds=(Bind(Path("/nonexistent"), "/data"),))
         assert not chunks
         with pytest.raises(SandboxError, match="cannot start"):
-            Bubblewrap(scratch=tmp_path, bwrap=tmp_path / "missing").run(
-                View(box.workspace), ["true"], ProcessLimits()
-            )
+            Bubblewrap(scratch=tmp_path, bwrap=tmp_path / "missing").run(View(box.workspace), ["true"], ProcessLimits())
 
     def test_a_working_directory_that_is_not_one(self, box):
         (box.workspace / "link").symlink_to("/usr")
@@ -526,7 +524,6 @@ class TestMachine:
         monkeypatch.setenv("SECRET_OF_THE_WORKER", "x")
         box = Box(tmp_path)
         real = box.sandbox._options
-
 
         def leaking(view, cleanup):
             options, fds = real(view, cleanup)

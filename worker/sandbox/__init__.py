@@ -29,9 +29,7 @@ def _bubblewrap(
     return Bubblewrap(toolchain_roots=toolchain_roots, programs=programs, hidden=hidden, scratch=scratch)
 
 
-def _none(
-    _roots: Sequence[Path], programs: Mapping[str, Path], _hidden: Sequence[Path], _scratch: Path
-) -> Sandbox:
+def _none(_roots: Sequence[Path], programs: Mapping[str, Path], _hidden: Sequence[Path], _scratch: Path) -> Sandbox:
     from worker.sandbox.none import NoSandbox
 
     return NoSandbox(programs=programs)

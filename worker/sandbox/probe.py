@@ -134,9 +134,7 @@ def _facts(text: str) -> dict[str, list[str]]:
     return facts
 
 
-def _faults(
-    sandbox: Bubblewrap, facts: Mapping[str, list[str]], workspace: Path, ways: Set[str]
-) -> list[str]:
+def _faults(sandbox: Bubblewrap, facts: Mapping[str, list[str]], workspace: Path, ways: Set[str]) -> list[str]:
     faults = []
     for name in _NAMESPACES:
         inside = facts.get(f"ns.{name}", [""])[0]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-import re
 
 from shared.delivery import deliver
 from shared.errors import OrchestratorError
@@ -60,7 +60,9 @@ def _write_launcher(context: Context) -> None:
     write_file(project, f"{METADATA}/requirements.txt", context.pins.encode())
     if command is None:
         return
-    script = context.stack.run_script(context.plan, context.files, command.display, context.pins, context.layout.runtime)
+    script = context.stack.run_script(
+        context.plan, context.files, command.display, context.pins, context.layout.runtime
+    )
     name = "run.sh"
     if name in context.files:
         name = f"{METADATA}/run.sh"

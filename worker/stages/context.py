@@ -108,17 +108,25 @@ class Stage:
         process = self._run_once(command, view, shown=shown)
         if process.exit_code != 0 and command.retry_on_corrupt_cache and cache_is_corrupt(process.output):
             self.context.warn(f"the download cache was damaged: `{command.display}` was run again without it")
-            again = Command(argv=(*command.argv, *command.retry_on_corrupt_cache), env=command.env, network=command.network)
+            again = Command(
+                argv=(*command.argv, *command.retry_on_corrupt_cache), env=command.env, network=command.network
+            )
             process = self._run_once(again, view, shown=shown)
         status, cause, detail = stage_end(process, failing)
         if status is StageStatus.FAILED and command.fallback is not None:
-            self.context.warn(command.fallback_note or f"`{command.display}` failed; trying `{command.fallback.display}`")
+            self.context.warn(
+                command.fallback_note or f"`{command.display}` failed; trying `{command.fallback.display}`"
+            )
             return self.run(command.fallback, view, failing=failing, shown=shown)
         if status is StageStatus.SUCCEEDED:
             return process, None
         self.context.failure_output = process.output
         return process, self.result(
-            status, cause=cause, detail=f"`{command.display}` {detail}", exit_code=process.exit_code, signal=process.signal,
+            status,
+            cause=cause,
+            detail=f"`{command.display}` {detail}",
+            exit_code=process.exit_code,
+            signal=process.signal,
             command=command.display,
         )
 
@@ -142,7 +150,9 @@ class Stage:
             self._last = context.reporter.emit("output", data)
 
         limits = ProcessLimits(
-            timeout_s=self.remaining_s, idle_timeout_s=context.limits.idle_timeout_s, output_bytes=context.limits.output_bytes
+            timeout_s=self.remaining_s,
+            idle_timeout_s=context.limits.idle_timeout_s,
+            output_bytes=context.limits.output_bytes,
         )
         process = context.machine.sandbox.run(view, context.argv(command), limits, output, context.cancel)
         if process.peak_memory_bytes is not None:
@@ -151,7 +161,7 @@ class Stage:
 
     @property
     def remaining_s(self) -> float | None:
-        """Seconds to the stage's deadline; at least a moment, so that the process that meets it is the one that says so."""
+        """Seconds to the stage's deadline; never 0, so that the process that meets it says so."""
         return None if self._deadline is None else max(0.01, self._deadline - time.monotonic())
 
     @property
@@ -160,14 +170,30 @@ class Stage:
         return self.context.cancel.is_set or (self._deadline is not None and time.monotonic() >= self._deadline)
 
     def result(
-        self, status: StageStatus = StageStatus.SUCCEEDED, *, cause: Cause | None = None, detail: str = "", command: str = "",
-        exit_code: int | None = None, signal: str | None = None, cached: bool = False,
+        self,
+        status: StageStatus = StageStatus.SUCCEEDED,
+        *,
+        cause: Cause | None = None,
+        detail: str = "",
+        command: str = "",
+        exit_code: int | None = None,
+        signal: str | None = None,
+        cached: bool = False,
     ) -> StageResult:
         """Close the stage and report it."""
         result = StageResult(
-            name=self.name, status=status, cause=cause, detail=detail, command=command or " && ".join(self._commands),
-            exit_code=exit_code, signal=signal, cached=cached, seconds=round(time.monotonic() - self._started, 4),
-            peak_memory_bytes=self._peak, log_start=self._first, log_end=self._last,
+            name=self.name,
+            status=status,
+            cause=cause,
+            detail=detail,
+            command=command or " && ".join(self._commands),
+            exit_code=exit_code,
+            signal=signal,
+            cached=cached,
+            seconds=round(time.monotonic() - self._started, 4),
+            peak_memory_bytes=self._peak,
+            log_start=self._first,
+            log_end=self._last,
         )
         self.context.reporter.emit("stage", stage_data(result))
         return result

@@ -29,7 +29,9 @@ def install(context: Context) -> StageResult:
         if context.cancel.is_set:
             return stage.result(StageStatus.CANCELLED, cause=Cause.CANCELLED, detail="cancelled")
         return stage.result(
-            StageStatus.TIMED_OUT, cause=Cause.TIMEOUT, detail="another build was still installing the same environment at the deadline"
+            StageStatus.TIMED_OUT,
+            cause=Cause.TIMEOUT,
+            detail="another build was still installing the same environment at the deadline",
         )
     if ended:
         return _blamed(ended, context)
@@ -138,7 +140,9 @@ def _tools(context: Context, stage: Stage, spec: EnvironmentSpec) -> StageResult
             project.mkdir()
             bind = Bind(staging / "tree", tool.home, writable=True)
             for command in tool.install:
-                _, failed = stage.run(command, environment_view(context, command, project, binds=(bind,)), failing=Cause.REGISTRY)
+                _, failed = stage.run(
+                    command, environment_view(context, command, project, binds=(bind,)), failing=Cause.REGISTRY
+                )
                 if failed:
                     return Failed(failed)
             return f"{tool.name}=={tool.version}"
@@ -159,7 +163,9 @@ def _tool_in_place(context: Context, stage: Stage, tool: Tool) -> StageResult | 
         return None
     os.makedirs(tool.home, exist_ok=True)  # noqa: PTH103 - a path as the build sees it
     for command in tool.install:
-        _, failed = stage.run(command, environment_view(context, command, context.workspace.project, binds=()), failing=Cause.REGISTRY)
+        _, failed = stage.run(
+            command, environment_view(context, command, context.workspace.project, binds=()), failing=Cause.REGISTRY
+        )
         if failed:
             return failed
     return None
