@@ -110,6 +110,12 @@ def _context(
         detection = detect(plan, files)
     except PlanError as error:
         raise _Rejected(Cause.POLICY, str(error.problems[0])) from None
+    if detection.folder:
+        # Said plainly rather than built in the wrong place: environments are mounted at the plan's own folder.
+        where = f"the {detection.stack} project is in the folder {detection.folder!r}"
+        raise _Rejected(
+            Cause.UNSATISFIABLE, f"{where}: submit that folder as the plan (nested projects are not built yet)"
+        )
     if detection.stack not in machine.stacks:
         have = ", ".join(machine.stacks) or "none"
         raise _Rejected(Cause.UNSATISFIABLE, f"this worker cannot build {detection.stack} projects (it has: {have})")
