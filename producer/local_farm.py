@@ -251,6 +251,11 @@ def _tail(log: Path | None) -> str:
 
 
 def _exists(pid: int) -> bool:
+    with contextlib.suppress(
+        ChildProcessError
+    ):  # started by this very process: an ended child stays until it is reaped
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
