@@ -1,7 +1,7 @@
 """The worker process: its Celery application, what it announces, and its end.
 
 The pool is threads: builds are subprocesses under our own deadlines and cancellation, so a process per slot buys
-nothing and costs memory (numbers in CONTRIBUTING.md, from `python -m tests.benchmarks`).
+nothing and costs memory (figures: CELERY.md, Pool).
 """
 
 from __future__ import annotations

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shared.delivery import deliver
-from shared.errors import OrchestratorError
 from shared.result import Artifact, StageResult
 from worker.stages.context import Context, Stage
-from worker.workspace import write_file
+from worker.workspace import remove_tree, write_file
 
 MAX_ARTIFACTS = 1_000
 METADATA = ".orchestrator"
@@ -37,8 +36,8 @@ def collect(context: Context) -> tuple[StageResult, list[Artifact]]:
         context.project_dir = folder
     else:
         kept = context.machine.cache / "projects" / context.build_id
-        if kept.exists():
-            raise OrchestratorError(f"{kept} exists already")
+        if kept.exists():  # an earlier attempt got this far and was never reported
+            remove_tree(kept)
         project.rename(kept)
         context.project_dir = kept
     return stage.result(), artifacts
