@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -280,10 +279,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
-
-
-def free_bytes(path: Path) -> int:
-    """Free space where a path lies or would lie, in bytes."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

@@ -15,7 +15,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 from pydantic_core import ErrorDetails
@@ -98,8 +98,6 @@ Command = Annotated[StrictStr, Field(min_length=1)]
 
 class Plan(_Model):
     """What an agent hands in. See DESIGN.md for what each field means."""
-
-    MAX_DEPTH: ClassVar[int] = 64
 
     name: StrictStr = "project"
     description: StrictStr = ""

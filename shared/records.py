@@ -414,8 +414,6 @@ class Records:
 
     # -- project bundles -----------------------------------------------------------------------------------------
 
-    BUNDLE_CHUNK = 1024 * 1024
-
     def store_bundle(self, build_id: str, chunks: Iterator[bytes]) -> None:
         """Keep a project's archive beside its record, for submitters on other machines."""
         key = self._key("bundle", build_id)

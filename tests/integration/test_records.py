@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from producer.local_farm import server_program
 from shared import broker
 from shared.errors import BuildNotFound
 from shared.plan import Plan
@@ -22,21 +18,8 @@ PLAN = Plan.parse({"name": "demo", "files": [{"filename": "main.py", "code": "pr
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Records]:
-    folder = tmp_path_factory.mktemp("v")
-    socket: Path = folder / "s"
-    process = subprocess.Popen(
-        [str(server_program()), "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 10
-        while not socket.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        yield Records(broker.connect(f"unix://{socket}"), prefix="t:", ttl_s=60)
-    finally:
-        process.terminate()
-        process.wait(timeout=10)
+def records(broker_url: str) -> Records:
+    return Records(broker.connect(broker_url), prefix="t:", ttl_s=60)
 
 
 def submitted(records: Records) -> str:
